@@ -16,7 +16,7 @@ def training_order(
     repeats: list[int] | None = None,
     *,
     shuffle: bool = True,
-    groups: list[int] | None = None,
+    groups: list[str] | None = None,
     run: int = 1,
 ) -> np.ndarray:
     """Row numbers [steps * batch_size] for `steps` batches. Reshuffles the rows every epoch; longest row first within a batch.
