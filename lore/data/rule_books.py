@@ -20,14 +20,21 @@ class RuleBooks:
     def __init__(self, folders: Iterable[Path], rubric: Rubric):
         self.folders, self.rubric = [folder.resolve() for folder in folders], rubric
         self._books: dict[str, Rubric] = {}
+        self._refused: dict[str, str] = {}  # why, so that a damaged book is read once and not for each of its pairs
 
     def of(self, pair: Pair) -> Rubric:
         """Raises LoreError for a book that is missing, lies elsewhere or has other tiers, and for a label or a rationale that
         contradicts the pair's own book."""
         if pair.rubric is None:
             return self.rubric
+        if why := self._refused.get(pair.rubric):
+            raise LoreError(why)
         if pair.rubric not in self._books:
-            self._books[pair.rubric] = self._read(pair.rubric)
+            try:
+                self._books[pair.rubric] = self._read(pair.rubric)
+            except LoreError as error:
+                self._refused[pair.rubric] = str(error)
+                raise
         book = self._books[pair.rubric]
         if why := contradiction(pair, book):
             name = printable(pair.rubric[:200])

@@ -65,6 +65,17 @@ def test_two_books_of_one_name_are_told_apart(folder, tmp_path):
         RuleBooks(folders, SHOP).of(PAIR)
 
 
+def test_a_damaged_book_is_read_once(folder):
+    books, path = RuleBooks([folder], SHOP), folder / "books" / "strict.yaml"
+    path.write_text("name: [")
+    with pytest.raises(LoreError, match="strict.yaml") as first:
+        books.of(PAIR)
+    path.unlink()
+    with pytest.raises(LoreError) as second:
+        books.of(PAIR)
+    assert str(first.value) == str(second.value)
+
+
 def test_a_book_has_the_tiers_of_the_rubric(folder):
     (folder / "books" / "esci.yaml").write_text(to_yaml(load_rubric("esci").model_dump(exclude_defaults=True)))
     with pytest.raises(LoreError, match="L1, L2, L3, L4. One judge gives one scale"):
