@@ -23,7 +23,7 @@ from lore.rubric.rubric import load_rubric, parse_rubric
 SHOP = load_rubric("shop")
 TIERS = SHOP.tier_ids
 FULL = PromptFormat(order="answer_only", detail="full", max_prompt_tokens=8000)
-RULE_LINE = re.compile(r"^- (\S+) (L\d), [^\s:]+: (.*)$", re.MULTILINE)
+RULE_LINE = re.compile(r"^- (L\d) (\S+), [^\s:]+: (.*)$", re.MULTILINE)
 WORDS = {"five": 5, "ten": 10, "twenty-five": 25, "thirty": 30}
 MEMORIZED = ShopProgram(SHOP)
 # A reader of an item must skip the names of all product lines, even those that do not affect the verdict.
@@ -32,7 +32,7 @@ LINES = [Fact("", **fact) for fact in World(0).lexicon.facts() if fact["kind"] =
 
 def rules_in(system: str) -> ShopProgram:
     """A program that applies only the tiers and numbers of the rules in a prompt, without the rest of the rubric."""
-    stated = {rule_id: (tier, text.split(" E.g.")[0]) for rule_id, tier, text in RULE_LINE.findall(system)}
+    stated = {rule_id: (tier, text.split(" E.g.")[0]) for tier, rule_id, text in RULE_LINE.findall(system)}
     raw = SHOP.model_dump()
     for rule in raw["rules"]:
         if rule["id"] not in stated:

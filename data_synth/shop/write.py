@@ -20,7 +20,7 @@ from lore.data.parquet import PairWriter
 from lore.data.tables.parquet_files import already_written
 from lore.data_synth.shop.config import SEALED_SEEDS, RuleBooksSection, WorldRecipe
 from lore.data_synth.shop.corpus import END, START, Pieces, with_spans, write_corpus
-from lore.data_synth.shop.rule_books import NUMBERS, edited_book
+from lore.data_synth.shop.rule_books import NUMBERS, SEALED_TIERS, edited_book
 from lore.data_synth.shop.rules import ItemValue, found_text, wanted_text
 from lore.data_synth.shop.world import ITEMS_PER_QUERY, World
 from lore.rubric.rubric import Rubric, load_rubric, rubric_metadata
@@ -34,6 +34,10 @@ from lore.support.untrusted_json import parse_object
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
 MOST_EDITS = 30  # of the book above the worked examples
+LOOKUPS = 0.6  # of a corpus that teaches to read rule books: its first texts
+FEW_RULES = 4  # in a lookup at the beginning: from many rules at once a small model learns nothing
+FEW_RULES_SHARE = 0.75  # of the lookups; then their number grows to the whole book
+LOOKUP_ROUNDS = 4  # in which each rule of a lookup is asked for once
 WHOLE_BOOKS = 0.08  # share of the texts with examples that begin with a judge's whole instructions
 WHOLE_EXAMPLES = 12  # of such a text, at most
 LIMIT = re.compile(r"( = [^|(]+)(?= [|(])")  # what with_limits adds to a demand
@@ -184,10 +188,14 @@ def corpus_texts(world: World, count: int) -> Iterator[dict]:
 
     No text contains a query together with an item, and no shopper's word is resolved. The model learns what a samovar is, and how
     to combine the three capabilities, from the reasoning of the pairs. Only text that the rest of a row determines carries loss;
-    the next lamp in a catalog cannot be predicted.
+    the next lamp in a catalog cannot be predicted. Where rule books change, the corpus begins with lookups, easy ones first: keep
+    its order in training.
     """
     rng = random.Random(f"{world.seed}/corpus")
-    for number in range(count):
+    lookups = round(LOOKUPS * count) if world.limits else 0
+    for number in range(lookups):
+        yield {**with_spans(tiers_looked_up(rng, world, number / lookups)), "image": None}
+    for number in range(count - lookups):
         draw = rng.random()
         if draw < CATALOGUE_SHARE:
             pair, offered = world.catalogue_item(number)
@@ -228,6 +236,20 @@ def worked_examples(rng: random.Random, world: World) -> Pieces:
     return [*pieces[:-1], (f"</rules>{END}\n", False)]
 
 
+def tiers_looked_up(rng: random.Random, world: World, progress: float) -> Pieces:
+    """Rules with random tiers, then each rule several times with its tier, which can only be read above. progress: 0 to 1, from few
+    rules to the whole book."""
+    rules = world.rubric.rules
+    most = FEW_RULES + round((len(rules) - FEW_RULES) * max(0.0, progress - FEW_RULES_SHARE) / (1 - FEW_RULES_SHARE))
+    shown = rng.sample(rules, rng.randint(most // 2, most))
+    tiers = {rule.id: rng.choice([tier for tier in world.rubric.tier_ids if tier != SEALED_TIERS.get(rule.id)]) for rule in shown}
+    lines = "".join(f"- {tiers[rule.id]} {rule.id}\n" for rule in shown)
+    pieces = [(f"{START}system\n{lines}{END}\n<rules>", False)]
+    for rule in (rule for _ in range(LOOKUP_ROUNDS) for rule in rng.sample(shown, len(shown))):
+        pieces += [(f" {rule.id}", False), (f" {tiers[rule.id]}", True), (";", False)]
+    return [*pieces, (f"</rules>{END}\n", False)]
+
+
 def examples_below_rules(rng: random.Random, world: World) -> Pieces:
     """Rules of some dimensions of an edited book, or a judge's whole instructions with all rules, then worked examples that follow
     them. No two examples have the same rule, so that its tier can be read in the book alone."""
@@ -239,7 +261,7 @@ def examples_below_rules(rng: random.Random, world: World) -> Pieces:
     part = Rubric.model_validate(book.model_dump() | {"rules": [rule.model_dump() for rule in rules]})
     text = system_text(part, PromptFormat())
     if not whole:
-        text = next(paragraph for paragraph in text.split("\n\n") if f"- {rules[0].id} {rules[0].tier}" in paragraph)
+        text = next(paragraph for paragraph in text.split("\n\n") if f"- {rules[0].tier} {rules[0].id}" in paragraph)
     pieces, done = [(f"{START}system\n{text}{END}\n<rules>", False)], set()
     for _ in range(DRAWS_PER_RULE * len(rules)):
         demand = world.example(rng, book, shown)

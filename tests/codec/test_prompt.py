@@ -73,7 +73,7 @@ def test_labels_and_gold_reasoning_never_reach_the_prompt():
 
 def test_the_system_text_holds_as_much_rubric_as_asked():
     full, tiers, name = (render(pair_of(), RAIR, PromptFormat(detail=d))[0]["content"] for d in ("full", "tiers", "name"))
-    assert all(f"- {rule.id} {rule.tier}, {rule.dimension}: {rule.principle}" in full for rule in RAIR.rules)
+    assert all(f"- {rule.tier} {rule.id}, {rule.dimension}: {rule.principle}" in full for rule in RAIR.rules)
     assert all(f"- {tier.id} ({tier.name}): {tier.meaning}" in text for tier in RAIR.tiers for text in (full, tiers))
     assert "colour-accent" not in tiers
     assert name == "Judge relevance. Rubric: rair."
@@ -96,7 +96,7 @@ def test_the_answer_line_states_the_order():
 def test_chinese_instructions():
     system = render(pair_of(), RAIR, PromptFormat(language="zh"))[0]["content"]
     assert system.startswith("你要判断")
-    assert "规则（编号 档位，维度）" in system
+    assert "规则（档位 编号，维度）" in system
     assert system.splitlines()[-1].startswith("依次输出 <reason>")
     assert render(pair_of(), RAIR, PromptFormat(detail="name", language="zh"))[0]["content"] == "判断相关性。规则：rair。"
 

@@ -22,7 +22,7 @@ from lore.support.errors import LoreError
 
 SHOP, RAIR = load_rubric("shop"), load_rubric("rair")
 RETRIEVED = PromptFormat(detail="retrieved", retrieved_rules=12)
-RULE_LINE = re.compile(r"^- (\S+) (L\d), ([^\s:]+): ", re.MULTILINE)
+RULE_LINE = re.compile(r"^- (L\d) (\S+), ([^\s:]+): ", re.MULTILINE)
 
 
 def pair_of(query: str, title: str = "thing", **fields) -> Pair:

@@ -11,7 +11,7 @@ from lore.data_synth.shop.config import RuleBooksSection
 from lore.data_synth.shop.rule_books import NUMBERS, SEALED_TIERS, edited_book
 from lore.data_synth.shop.rules import with_limits
 from lore.data_synth.shop.world import World
-from lore.data_synth.shop.write import examples_below_rules, with_spans, write_pairs
+from lore.data_synth.shop.write import corpus_texts, examples_below_rules, with_spans, write_pairs
 from lore.eval.probes.rule_edits import load_rule_edits
 from lore.rubric.demand import read_demands
 from lore.rubric.rubric import load_rubric
@@ -123,8 +123,25 @@ def test_worked_examples_carry_loss_on_limits_rules_and_tiers_that_the_rules_abo
         trained = [row["text"][span["start"] : span["end"]] for span in row["trained"]]
         verdicts = [text.split() for text in trained if not text.startswith(" = ")]
         assert verdicts and len({rule for rule, _ in verdicts}) == len(verdicts)
-        assert all(f"- {rule} {tier}, " in above for rule, tier in verdicts)
+        assert all(f"- {tier} {rule}, " in above for rule, tier in verdicts)
         assert all(span["start"] >= len(above) for span in row["trained"])
         for demand in read_demands(examples.partition("</rules>")[0]):
             if demand.dimension in ("size", "price"):
                 assert f" {demand.wanted.split()[-2]} percent" in above
+
+
+def test_a_corpus_for_changed_rules_begins_with_lookups_that_grow_from_a_few_rules_to_the_whole_book():
+    texts = list(corpus_texts(World(0, photos=0, limits=True), 400))
+    counts = []
+    for row in texts[:240]:
+        lines, _, asked = row["text"].removesuffix("</rules><|im_end|>\n").partition("<|im_end|>\n<rules>")
+        stated = {rule: tier for _, tier, rule in (line.split() for line in lines.splitlines()[1:])}
+        answers = [answer.split() for answer in asked.rstrip(";").split(";")]
+        assert sorted(answers) == sorted(4 * [[rule, tier] for rule, tier in stated.items()])
+        assert all(SEALED_TIERS.get(rule) != tier for rule, tier in stated.items())
+        assert [row["text"][span["start"] : span["end"]].strip() for span in row["trained"]] == [tier for _, tier in answers]
+        counts.append(len(stated))
+    assert max(counts[:180]) <= 4 and len(set(counts[:180])) > 1 and max(counts[-10:]) > 25 and max(counts) <= len(SHOP.rules)
+    assert sum("</rules>" in row["text"] for row in texts[240:]) < 160
+    plain = list(corpus_texts(World(0, photos=0), 20))
+    assert all("<rules> " not in row["text"] for row in plain)

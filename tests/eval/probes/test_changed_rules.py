@@ -44,7 +44,7 @@ class ReadsTiers(Reader):
     def tier(self, messages) -> str:
         system = messages[0]["content"]
         if system not in self.programs:
-            raw, stated = SHOP.model_dump(), {rule_id: tier for rule_id, tier, _ in RULE_LINE.findall(system)}
+            raw, stated = SHOP.model_dump(), {rule_id: tier for tier, rule_id, _ in RULE_LINE.findall(system)}
             for rule in raw["rules"]:
                 rule["tier"] = stated.get(rule["id"], rule["tier"])
             self.programs[system] = ShopProgram(parse_rubric(raw))
@@ -147,7 +147,7 @@ def test_no_truth_reaches_the_prompt_of_a_changed_rule(detail):
             assert (render(bare, SHOP, fmt), render(bare, case.edit.rubric, fmt)) == (before, after)
             assert before[1] == after[1]
             lines = [set(messages[0]["content"].split("\n")) for messages in (before, after)]
-            changed = {re.match("- ([^ ]+)", line)[1] for line in lines[0] ^ lines[1]}
+            changed = {re.match("- L[1-4] ([^ ,]+)", line)[1] for line in lines[0] ^ lines[1]}
             assert changed == set(case.edit.rule_ids)  # the two prompts differ in these rules and in nothing else
 
 
@@ -163,7 +163,7 @@ def test_rated_pairs_take_the_place_of_execution(tmp_path, few):
     class Says(Reader):
         def tier(self, messages):
             self.prompts.append(messages)
-            return "L4" if "- category-other L4, category" in messages[0]["content"] else "L1"
+            return "L4" if "- L4 category-other, category" in messages[0]["content"] else "L1"
 
     engine = Says()
     found, clean = measured(tmp_path, few, engine, rule_edits=str(path))
