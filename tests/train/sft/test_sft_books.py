@@ -45,7 +45,7 @@ def test_each_pair_is_trained_under_its_own_book(train, data, tiny):
     assert len(rows) == 15 and set(rows["book"][:]) == set(BOOKS)
     for row in rows:
         text, tier = tokenizer.decode(row["input_ids"]), "L2" if row["book"] else "L3"
-        assert f"- colour-family {tier}, colour: the dominant colour" in text
+        assert f"- {tier} colour-family, colour: the dominant colour" in text
         assert f"colour-family {tier}</reason>" in text and f"<verdict>{tier}</verdict>" in text
     (rejected,) = (parse_json(line) for line in (run / "rejected.jsonl").read_bytes().splitlines())
     assert "p15" in rejected["field"]
