@@ -1,5 +1,6 @@
 """One process and two train the same judge: same global batch, same losses. Text and photos, plain and ZeRO-2."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -60,6 +61,26 @@ def compare(tiny, runs, tmp_path, config: str, **options) -> None:
 @pytest.mark.parametrize("kind", ["vision", "text"])
 def test_two_cpu_processes_have_the_losses_of_one(tiny, runs, tmp_path, kind):
     compare(tiny, runs, tmp_path, "cpu2", model=kind, lora={})
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_the_base_model_of_one(tiny, runs, tmp_path):
+    size = {"hidden": 32, "layers": 2, "heads": 2, "mlp": 48, "vision_hidden": 16, "vision_layers": 1, "vision_heads": 2}
+    body = {"stage": "pretrain", "run": "base", "corpus": [str(tiny.pairs.parent / "corpus.parquet")], "architecture": size}
+    # Many micro-batches of two rows have no photo, but every step has one: without one, AdamW leaves the vision tower as it is.
+    body |= {"train": {"steps": 6, "batch_size": 32, "micro_batch_size": 2, "lr": 1e-3, "log_every": 1}}
+    path = tmp_path / "pretrain.yaml"
+    path.write_text(json.dumps(body))
+    one = run_recipe(path)
+    before, weights = losses(one), load_file(one / "model" / "model.safetensors")
+    one.path.rename(runs / "one")
+    done = launch("cpu2", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes on cpu" in done.stdout
+    assert losses(RunFolder(runs / "base")) == pytest.approx(before, abs=1e-4)
+    after = load_file(runs / "base" / "model" / "model.safetensors")
+    assert after.keys() == weights.keys()
+    assert max(float((after[name] - weights[name]).abs().max()) for name in weights) < 1e-3
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -39,6 +41,16 @@ class AnswerProcessor:
         return getattr(self.processor, name)
 
 
+def any_photo(rows: datasets.Dataset) -> bool:
+    """Whether any row has a photo in its column `images`."""
+    return bool(pc.any(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py())
+
+
+def gray_photo() -> Image.Image:
+    """The photo that stands in where a batch has none."""
+    return Image.new("RGB", (56, 56), (128, 128, 128))
+
+
 @dataclass
 class PhotoCollator(DataCollatorForVisionLanguageModeling):
     """Collates rows {prompt, completion, images: [{bytes, path}]} into padded tensors, with loss on the completion only.
@@ -68,6 +80,6 @@ class PhotoCollator(DataCollatorForVisionLanguageModeling):
         return visible(bounded(load_image(image), self.max_photo_pixels))
 
     def _gray_row(self) -> dict[str, Any]:
-        gray = Image.new("RGB", (56, 56), (128, 128, 128))
-        prompt, images = prompt_text(self.processor.processor, [{"role": "user", "content": [{"type": "image", "image": gray}]}])
+        content = [{"type": "image", "image": gray_photo()}]
+        prompt, images = prompt_text(self.processor.processor, [{"role": "user", "content": content}])
         return {"prompt": prompt, "completion": turn_end(self.processor.processor), "images": images}

@@ -7,6 +7,7 @@ scale, no data mixing and no held-out loss. For real use, set model.name to any 
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ from lore.run.dry_pass import dry_pass
 from lore.run.launch_settings import mixed_precision
 from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
-from lore.support.processes import world_size
-from lore.support.terminal import print_line
+from lore.support.processes import is_main_process, say, world_size
 from lore.train.common.arrow_rows import IGNORE, IMAGE, rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
-from lore.train.common.checkpoint import check_disk, saved_bytes
-from lore.train.common.trainer import Recorder, sft_arguments, total_steps, train
+from lore.train.common.checkpoint import check_disk, save_weights, saved_bytes
+from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train
+from lore.train.judge.collator import any_photo, gray_photo
 from lore.train.pretrain.config import ArchitectureSection, PretrainRecipe
 
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>"]
@@ -76,30 +77,23 @@ CORPUS_SCHEMA = pa.schema(
 
 def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
     """Trains tokenizer and model; saves a checkpoint that transformers can load in <run>/model."""
-    if world_size() > 1:
-        raise LoreError(
-            f"stage pretrain was started in {world_size()} processes but supports only one: every process would build its own "
-            "tokenizer.\nUse lore run, or accelerate launch --num_processes 1."
-        )
-    set_seed(recipe.seed)
-    processor = build_processor(recipe.corpus, recipe.vocabulary, recipe.architecture, recipe.lowercase, recipe.plural_s)
-    model = build_model(recipe.architecture, processor)
-    size = sum(p.numel() for p in model.parameters())
-    path = folder / "data" / "rows.arrow"
-    if not path.is_file():
-        write_rows(corpus_rows(recipe.corpus, processor), CORPUS_SCHEMA, path)
-    rows = rendered_rows(path)
-    lengths = rows["length"][:]
-    steps = total_steps(recipe.train, len(rows))
-    words = len(processor.tokenizer)
-    print_line(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
-    order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     cpu = not torch.cuda.is_available()
     bf16 = mixed_precision("auto", "no") == "bf16"
-    args = sft_arguments(recipe.train, folder, steps, recipe.seed, bf16=bf16, vision=True, cpu=cpu)
+    args = sft_arguments(recipe.train, folder, 1, recipe.seed, bf16=bf16, vision=True, cpu=cpu)
+    with args.main_process_first(local=False, desc="tokenizer and rows"):
+        processor, rows = prepare(recipe, folder)
+    steps = total_steps(recipe.train, len(rows))
+    set_steps(args, recipe.train, steps)
+    set_seed(recipe.seed)
+    model = build_model(recipe.architecture, processor)
+    size = sum(p.numel() for p in model.parameters())
+    lengths = rows["length"][:]
+    words = len(processor.tokenizer)
+    say(f"{size / 1e6:.2f} M parameters, vocabulary {words}, {len(rows):,} texts, {sum(lengths):,} tokens, {steps} steps")
+    order = training_order(lengths, recipe.train.batch_size, steps, recipe.seed, shuffle=recipe.shuffle)
     check_pretraining(recipe, folder, model, processor, args, rows, steps)
     recorder = Recorder(folder, "pretrain", keep=recipe.train.keep_checkpoints)
-    collator = TextAndPhotoCollator(processor=processor)
+    collator = TextAndPhotoCollator(processor, always_photo=world_size() > 1 and any_photo(rows))
     trainer = SFTTrainer(
         model=model,
         args=args,
@@ -108,18 +102,26 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
         data_collator=collator,
     )
     train(trainer, recorder, folder, recipe)
-    trainer.model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    final = folder.last_record("loss")
-    folder.finish(
-        {
-            "parameters": size,
-            "vocabulary": words,
-            "steps": steps,
-            "loss": final["loss"],
-            "model": str(folder / "model"),
-        }
-    )
+    save_weights(trainer, folder / "model")
+    if is_main_process():
+        processor.save_pretrained(folder / "model")
+        loss = folder.last_record("loss")["loss"]
+        folder.finish(
+            {"parameters": size, "vocabulary": words, "steps": steps, "loss": loss, "model": str(folder / "model")}
+        )
+
+
+def prepare(recipe: PretrainRecipe, folder: RunFolder) -> tuple[Idefics3Processor, datasets.Dataset]:
+    """The processor, whose tokenizer the main process trains, and the rows. The other processes read what it has written."""
+    path, saved = folder / "data" / "rows.arrow", folder / "data" / "processor"
+    if not is_main_process():
+        rows = rendered_rows(path)  # says so if the main process has failed
+        return Idefics3Processor.from_pretrained(saved), rows
+    processor = build_processor(recipe.corpus, recipe.vocabulary, recipe.architecture, recipe.lowercase, recipe.plural_s)
+    processor.save_pretrained(saved)
+    if not path.is_file():
+        write_rows(corpus_rows(recipe.corpus, processor), CORPUS_SCHEMA, path)
+    return processor, rendered_rows(path)
 
 
 def check_pretraining(
@@ -140,12 +142,21 @@ def check_pretraining(
     )
 
 
+@dataclass
 class TextAndPhotoCollator(DataCollatorForVisionLanguageModeling):
-    """TRL's collator with loss only on the trained spans of the corpus. Image tokens never carry loss."""
+    """TRL's collator with loss only on the trained spans of the corpus. Image tokens never carry loss.
+
+    always_photo: adds a gray photo without loss to a batch without photos, as lore.train.judge.collator.PhotoCollator does.
+    """
+
+    always_photo: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        masks = [row.pop("mask") for row in examples]
-        batch = super().torch_call([{**row, "images": [visible(load_image(image)) for image in row["images"]]} for row in examples])
+        shown = [{**row, "images": [visible(load_image(image)) for image in row["images"]]} for row in examples]
+        if self.always_photo and not any(row["images"] for row in shown):
+            shown.append({"text": IMAGE_PLACE, "images": [gray_photo()], "mask": []})
+        masks = [row.pop("mask") for row in shown]
+        batch = super().torch_call(shown)
         ids = self.processor.tokenizer.convert_tokens_to_ids([IMAGE_PLACE, *SPECIAL[4:]])
         written = ~torch.isin(batch["input_ids"], torch.tensor(ids)) & batch["attention_mask"].bool()
         labels = torch.full_like(batch["input_ids"], IGNORE)

@@ -13,7 +13,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 from trl import SFTTrainer, pack_dataset
 
 from lore.codec.prompt import PromptFormat
@@ -32,7 +31,7 @@ from lore.train.common.neighbors import check_lengths
 from lore.train.common.prefix_groups import group_by_prefix
 from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train
-from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.collator import PhotoCollator, any_photo
 from lore.train.judge.dry_pass import check_training
 from lore.train.judge.rows import TEXT_SCHEMA, VISION_SCHEMA, rejection_of, sft_row, takes_photos, task_row
 from lore.train.judge.session import Start, begin, complete_model, judge_lora, rejected_rows, trained_model
@@ -107,8 +106,7 @@ def rows_of_a_book(folder: RunFolder, micro: int) -> int:
 
 def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) -> PhotoCollator:
     """The collator for rows with photos. With several processes, every batch gets a photo if any training row has one."""
-    some = pc.any(pc.greater(pc.list_value_length(rows.data.column("images")), 0)).as_py()
-    return PhotoCollator(processor, always_photo=world_size() > 1 and some, max_photo_pixels=fmt.max_photo_pixels)
+    return PhotoCollator(processor, always_photo=world_size() > 1 and any_photo(rows), max_photo_pixels=fmt.max_photo_pixels)
 
 
 def load_rows(recipe: SFTRecipe, folder: RunFolder, start: Start) -> datasets.Dataset:
