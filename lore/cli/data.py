@@ -316,6 +316,8 @@ def show_report(report: Any, as_json: bool) -> None:
     if report.extra_columns:
         more = f" and {len(report.extra_columns) - SHOWN_COLUMNS:,} more" if len(report.extra_columns) > SHOWN_COLUMNS else ""
         print_line(f"Columns that are not read: {', '.join(report.extra_columns[:SHOWN_COLUMNS])}{more}")
+    if "rubric" in report.extra_columns:
+        print_line("All labels count as rated under --rubric. If the column rubric names rule books, add rubric=rubric to --map.")
 
 
 def _about_splits(report: Any) -> str | None:

@@ -118,7 +118,10 @@ class PairSource:
     @cached_property
     def books(self) -> RuleBooks:
         """The rule book of each pair, for a section with a rubric."""
-        files = pair_files(self.section.path if self.section.source == "pairs" else self.path)
+        try:
+            files = self.section.files()
+        except LoreError:  # on a machine without the data
+            files = pair_files(self.path)
         return RuleBooks(dict.fromkeys(file.parent for file in files), self.rubric)
 
     def labeled(self, *, columns: list[str] | None = None, any_book: bool = False) -> Iterator[Pair]:

@@ -4,6 +4,7 @@ Stage sft trains each pair under its own book. Every other stage knows one rubri
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lore.data.pair import Pair
@@ -19,14 +20,21 @@ class RuleBooks:
     def __init__(self, folders: Iterable[Path], rubric: Rubric):
         self.folders, self.rubric = [folder.resolve() for folder in folders], rubric
         self._books: dict[str, Rubric] = {}
+        self._refused: dict[str, str] = {}  # why, so that a damaged book is read once and not for each of its pairs
 
     def of(self, pair: Pair) -> Rubric:
         """Raises LoreError for a book that is missing, lies elsewhere or has other tiers, and for a label or a rationale that
         contradicts the pair's own book."""
         if pair.rubric is None:
             return self.rubric
+        if why := self._refused.get(pair.rubric):
+            raise LoreError(why)
         if pair.rubric not in self._books:
-            self._books[pair.rubric] = self._read(pair.rubric)
+            try:
+                self._books[pair.rubric] = self._read(pair.rubric)
+            except LoreError as error:
+                self._refused[pair.rubric] = str(error)
+                raise
         book = self._books[pair.rubric]
         if why := contradiction(pair, book):
             name = printable(pair.rubric[:200])
@@ -34,13 +42,21 @@ class RuleBooks:
         return book
 
     def _read(self, name: str) -> Rubric:
-        path = book_file(self.folders, name)
-        if path is None:
+        paths = book_files(self.folders, name)
+        if not paths:
             where = ", ".join(map(str, self.folders[:3]))
             raise LoreError(
                 f"The rule book {printable(name[:200])} of a pair is not a .yaml file below {where}, where the pairs lie, so the "
                 "rules behind its label are unknown. Copy the books along with the pairs."
             )
+        books = {load_rubric(path).hash: path for path in paths}
+        if len(books) > 1:
+            one, other = list(books.values())[:2]
+            raise LoreError(
+                f"{one} and {other} are different rule books of one name, and a pair that names {printable(name[:200])} does not "
+                "say which of them its label follows. Rename one, or read the folders in runs of their own."
+            )
+        path = paths[0]
         book = load_rubric(path)
         if book.tier_ids != self.rubric.tier_ids:
             raise LoreError(
@@ -62,12 +78,15 @@ def under_one_rubric(pairs: Iterable[Pair], path: str | Path) -> Iterator[Pair]:
         yield pair
 
 
-def book_file(folders: Iterable[Path], name: str) -> Path | None:
-    """The file of a book below the first of `folders` that has it. A name cannot lead out of a folder."""
-    if "\0" in name or not name.endswith((".yaml", ".yml")):
-        return None
-    places = ((folder, (folder / name).resolve()) for folder in folders)
-    return next((path for folder, path in places if path.is_relative_to(folder.resolve()) and path.is_file()), None)
+def book_files(folders: Iterable[Path], name: str) -> list[Path]:
+    """The file of a book below each of `folders` that has it. A name cannot lead out of a folder."""
+    found = []
+    for folder in folders if name.endswith((".yaml", ".yml")) else ():
+        with suppress(OSError, RuntimeError, ValueError):  # a name that no file can have, or a link in a circle
+            path = (folder / name).resolve()
+            if path.is_relative_to(folder.resolve()) and path.is_file():
+                found.append(path)
+    return found
 
 
 def contradiction(pair: Pair, book: Rubric) -> str | None:

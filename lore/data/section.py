@@ -87,33 +87,38 @@ class DataSection(StrictModel):
         return {}
 
     def input_fingerprints(self) -> dict[str, InputFiles | Callable[[], str]]:
-        named = {"table": self.photos, "pairs": lambda: [*photos_of(self.files()), *self.rule_books()]}
-        return {"path": input_files(self.files, named.get(self.source))}
+        photos = {"table": self.photos, "pairs": lambda: photos_of(self.files())}.get(self.source)
+        return {"path": input_files(self.files, photos and (lambda: [*photos(), *self.rule_books()]))}
 
     def rule_books(self) -> list[Path]:
         """The rule books that pairs name, as far as they are there. Whoever reads the pairs reports damaged ones."""
         from lore.data.parquet import column_values  # imports pyarrow: only where the inputs are compared
-        from lore.data.rule_books import book_file
+        from lore.data.rule_books import book_files
 
         names: list[str] = []
         with suppress(LoreError):
-            names = sorted(filter(None, column_values(self.path, "rubric")))
+            cells = self._cells("rubric") if self.source == "table" else column_values(self.path, "rubric")
+            names = sorted({name.strip() for name in cells if isinstance(name, str)})
         folders = list(dict.fromkeys(file.parent for file in self.files()))
-        return [path for name in names if (path := book_file(folders, name))]
+        return [path for name in names for path in book_files(folders, name)]
 
     def photos(self) -> list[Path]:
         """The photos that a table names by path, as far as they are there. Reads the table if it may have a column of photos."""
-        from lore.data.importers.table import names_photos  # imports pyarrow: only where the inputs are compared
+        named = self._cells("image")
+        paths = [image.get("path") if isinstance(image, dict) and not image.get("bytes") else image for image in named]
+        found = dict.fromkeys(path.strip() for path in paths if isinstance(path, str) and "://" not in path and "\0" not in path)
+        return [Path(os.path.abspath(self.files()[0].parent / path)) for path in found if path]
 
-        if not names_photos(self.files()[0], self.options.get("map")):
-            return []
+    def _cells(self, field: str) -> Iterator[Any]:
+        """The cells of a field in a table; none if it seems to have no such column."""
+        from lore.data.importers.table import may_name  # imports pyarrow: only where the inputs are compared
+
+        if not may_name(field, self.files()[0], self.options.get("map")):
+            return
         encoding = None if self.encoding.lower() in ("utf-8", "utf8") else self.encoding
         options = {key: value for key, value in self.options.items() if key in source_options(self.source)}
         source = open_source(self.source, self.path, encoding=encoding, options=options)
-        named = (row.values.get("image") for row in source.rows if not isinstance(row, Rejection))
-        paths = [image.get("path") if isinstance(image, dict) and not image.get("bytes") else image for image in named]
-        found = dict.fromkeys(path.strip() for path in paths if isinstance(path, str) and "://" not in path and "\0" not in path)
-        return [Path(os.path.abspath(source.image_folder / path)) for path in found if path]
+        yield from (row.values.get(field) for row in source.rows if not isinstance(row, Rejection))
 
     def missing_inputs(self) -> Iterator[tuple[str, str]]:
         if self.image_root is not None and not Path(self.image_root).expanduser().is_dir():

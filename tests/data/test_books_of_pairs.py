@@ -8,11 +8,12 @@ from lore.config.yaml_text import to_yaml
 from lore.data.pair import Pair
 from lore.data.pair_source import PairSource
 from lore.data.parquet import PairWriter
-from lore.data.rule_books import RuleBooks, book_file
+from lore.data.rule_books import RuleBooks, book_files
 from lore.data.section import JudgedDataSection
 from lore.data.splits import FRACTIONS, read_split
 from lore.rubric.rubric import load_rubric
 from lore.rubric.rule_edits import RuleChange, changed_rubric
+from lore.run.run_folder import RunFolder
 from lore.support.errors import LoreError
 
 SHOP = load_rubric("shop")
@@ -40,11 +41,39 @@ def test_a_pair_has_its_own_book_or_the_rubric_of_the_data(folder):
     assert books.of(replace(PAIR, rubric=None)) is SHOP
 
 
-@pytest.mark.parametrize("name", ["../outside.yaml", "/etc/hosts", "books/none.yaml", "books", "train.parquet", "a\0.yaml"])
+NO_FILES = ["a\0.yaml", "a\ud800.yaml", "a" * 300 + ".yaml", "a/" * 3000 + "b.yaml", "circle.yaml", "here/outside.yaml"]
+
+
+@pytest.mark.parametrize("name", ["../outside.yaml", "/etc/hosts", "books/none.yaml", "books", "train.parquet", *NO_FILES])
 def test_a_book_lies_below_the_pairs(folder, name):
-    assert book_file([folder], name) is None
+    (folder / "circle.yaml").symlink_to("circle.yaml")
+    (folder / "here").symlink_to("..")
+    assert book_files([folder], name) == []
     with pytest.raises(LoreError, match="Copy the books along with the pairs"):
         RuleBooks([folder], SHOP).of(replace(PAIR, rubric=name))
+
+
+def test_two_books_of_one_name_are_told_apart(folder, tmp_path):
+    book, other = folder / "books" / "strict.yaml", tmp_path / "other" / "books" / "strict.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text(book.read_text() + "\n# the same rules\n")
+    folders = [folder, tmp_path / "other"]
+    assert book_files(folders, "books/strict.yaml") == [book, other]
+    assert RuleBooks(folders, SHOP).of(PAIR) == STRICT
+    other.write_text(to_yaml(SHOP.model_dump(exclude_defaults=True)))
+    with pytest.raises(LoreError, match="different rule books of one name, and a pair that names books/strict.yaml"):
+        RuleBooks(folders, SHOP).of(PAIR)
+
+
+def test_a_damaged_book_is_read_once(folder):
+    books, path = RuleBooks([folder], SHOP), folder / "books" / "strict.yaml"
+    path.write_text("name: [")
+    with pytest.raises(LoreError, match="strict.yaml") as first:
+        books.of(PAIR)
+    path.unlink()
+    with pytest.raises(LoreError) as second:
+        books.of(PAIR)
+    assert str(first.value) == str(second.value)
 
 
 def test_a_book_has_the_tiers_of_the_rubric(folder):
@@ -81,3 +110,12 @@ def test_a_book_is_an_input_of_the_run(folder):
     named = section.input_fingerprints()["path"]
     assert [path for _, path in named.listed()] == [folder / "train.parquet"]
     assert named.photos() == [folder / "books" / "strict.yaml"]
+
+
+def test_books_of_a_table_lie_beside_it_and_are_inputs_too(folder, tmp_path):
+    (folder / "rated.csv").write_text("term,title,grade,rules\nred mug,pink mug,L2,books/strict.yaml\nred mug,red mug,L4,\n")
+    columns = {"query": "term", "title": "title", "label": "grade", "rubric": "rules"}
+    section = JudgedDataSection(path=str(folder / "rated.csv"), source="table", rubric="shop", options={"map": columns})
+    source = PairSource(section, RunFolder(tmp_path / "run"))
+    assert [source.books.of(pair) for pair in source.labeled(any_book=True)] == [STRICT, SHOP]
+    assert section.input_fingerprints()["path"].photos() == [folder / "books" / "strict.yaml"]

@@ -56,15 +56,15 @@ def read(
     return _rows(path, _records(path, encoding, columns, delimiter), columns)
 
 
-def names_photos(path: Path, map: dict[str, str] | str | None) -> bool:
-    """Whether the rows of a table may name photos. Reads at most its first megabyte."""
+def may_name(field: str, path: Path, map: dict[str, str] | str | None) -> bool:
+    """Whether the rows of a table may have a field, such as image. Reads at most its first megabyte."""
     if map:
-        return "image" in column_map(map)
+        return field in column_map(map)
     if suffix_of(path) == ".parquet":
         with open_parquet(path) as parquet:
-            return "image" in parquet.schema_arrow.names
+            return field in parquet.schema_arrow.names
     with path.open("rb", buffering=0) as file:
-        return b"image" in file.read(2**20).replace(b"\0", b"")
+        return field.encode() in file.read(2**20).replace(b"\0", b"")
 
 
 def _rows(path: Path, records: Iterator[Any], columns: dict[str, str]) -> Iterator[SourceRow | Rejection]:

@@ -42,13 +42,14 @@ def training_order(
 
 
 def in_runs(visited: np.ndarray, groups_N: np.ndarray, run: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows in another order: `run` rows of one group, then `run` of another; what is left of each group at the end."""
+    """Rows in another order: `run` rows of one group, then `run` of another; at the end what is left of each group. The order of
+    groups is random in both parts."""
     sorted_N = visited[np.argsort(groups_N, kind="stable")]
     ends = np.cumsum(np.unique(groups_N, return_counts=True)[1])
     members = np.split(sorted_N, ends[:-1])
     whole = [group[at : at + run] for group in members for at in range(0, len(group) - run + 1, run)]
     left = [group[len(group) - len(group) % run :] for group in members]
-    return np.concatenate([*(whole[at] for at in rng.permutation(len(whole))), *left])
+    return np.concatenate([part[at] for part in (whole, left) for at in rng.permutation(len(part))])
 
 
 def balanced_repeats(labels: list[str]) -> list[int]:

@@ -26,7 +26,9 @@ from types import MethodType
 from typing import Any
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.integrations import moe
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lore.engines.row_independence import base_of
@@ -125,7 +127,7 @@ def kept_by_autograd(model: Any, batch: dict[str, Any], precision: str) -> Kept:
         return _one_pass(model, batch, precision, [layers[0] for _, _, layers in stacks])
 
     try:
-        with without_data(model):
+        with without_data(model), torch.random.fork_rng(devices=[]):  # some models draw which layers they skip
             ones = [1] * len(stacks)
             least, inputs = kept(*ones)
             found = []
@@ -176,7 +178,10 @@ class Reached(Exception):
 
 @contextmanager
 def without_data(model: Any) -> Iterator[None]:
-    """The model's weights are tensors without data in this context. Weights in 4 bits are those that the layer computes with."""
+    """The model's weights are tensors without data in this context. Weights in 4 bits are those that the layer computes with.
+
+    torch's product of all experts at once takes tensors without data in bfloat16 only; the one that transformers has for compiled
+    models keeps the same tensors. Why a model refuses is in the estimate, not also a traceback in the log."""
     made: dict[int, torch.nn.Parameter] = {}
     was = [(m, name, weight) for m in model.modules() for name, weight in m._parameters.items() if weight is not None]
     forwards = [(m, m.forward) for m in model.modules() if type(m).__name__ == "Linear4bit"]
@@ -187,13 +192,16 @@ def without_data(model: Any) -> Iterator[None]:
                 shape = (module.out_features, module.in_features) if whole else shape_of(weight)
                 dtype = module.compute_dtype if whole else weight.dtype
                 made[id(weight)] = torch.nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=weight.requires_grad)
+    logs, grouped = fake_tensor.log.disabled, vars(moe).get("_can_use_grouped_mm")
     try:
+        fake_tensor.log.disabled, moe._can_use_grouped_mm = True, lambda *_: False
         for module, name, weight in was:
             module._parameters[name] = made[id(weight)]
         for module, _ in forwards:
             module.forward = MethodType(torch.nn.Linear.forward, module)
         yield
     finally:
+        fake_tensor.log.disabled, moe._can_use_grouped_mm = logs, grouped
         for module, name, weight in was:
             module._parameters[name] = weight
         for module, forward in forwards:

@@ -48,6 +48,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     args = sft_arguments(recipe.train, folder, 1, recipe.seed, bf16=start.bf16, vision=vision, cpu=start.device == "cpu")
     with args.main_process_first(local=False, desc="training rows"):
         rows = load_rows(recipe, folder, start)
+        drawn = rows_of_a_book(folder, args.per_device_train_batch_size)
     repeats = balanced_repeats(rows["tier"][:]) if recipe.class_weights == "balanced" else None
     data = rows
     if recipe.train.packing:
@@ -67,7 +68,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         main_process_checks(lambda: check_flattening(model, rows))  # under FSDP only the main process has the weights
     books = None if recipe.train.packing else [book or "" for book in data["book"][:]]
     micro = args.per_device_train_batch_size
-    order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats, groups=books, run=micro)
+    order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats, groups=books, run=drawn)
     order = group_by_prefix(order, data, recipe.train, micro, model.config)
     columns = ["prompt", "completion", "images"] if vision else ["input_ids", "labels"]
     columns += ["seq_lengths"] if recipe.train.packing else []
@@ -93,6 +94,14 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
         complete_model(folder, start)
         summary = {"rows": len(rows), "rejected": rejected_rows(folder), "steps": steps, "loss": folder.last_record("loss")["loss"]}
         folder.finish({**summary, "train_seconds": round(seconds, 2), "model": str(folder / "model")})
+
+
+def rows_of_a_book(folder: RunFolder, micro: int) -> int:
+    """How many rows of one rule book are drawn together: a micro-batch of the run's first start. A run that resumes with another
+    one, or on another number of processes, has to visit its rows in the same order."""
+    if "rows_of_a_book" not in folder.fingerprints:
+        folder.note(rows_of_a_book=micro)  # by the main process, which is the first
+    return folder.fingerprints["rows_of_a_book"]
 
 
 def photo_collator(processor: Any, rows: datasets.Dataset, fmt: PromptFormat) -> PhotoCollator:

@@ -86,3 +86,10 @@ def test_one_group_is_visited_as_no_group():
     lengths = list(np.random.default_rng(0).integers(5, 90, 60))
     plain = training_order(lengths, 8, 12, 3)
     assert (training_order(lengths, 8, 12, 3, groups=["a"] * 60, run=4) == plain).all()
+
+
+def test_groups_that_fill_no_run_are_visited_in_another_order_each_epoch():
+    groups = [name for name in "abcdefgh" for _ in range(4)]
+    order = training_order([5] * 32, 4, 24, 0, groups=groups, run=16).reshape(3, 32)
+    visited = ["".join(dict.fromkeys(groups[row] for row in epoch)) for epoch in order]
+    assert len(set(visited)) == 3 and all(sorted(epoch) == list("abcdefgh") for epoch in visited)

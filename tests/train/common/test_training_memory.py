@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
+from test_row_independence import EXPERTS
 from test_training_shared_prefix import ROWS, padded, sharing_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -31,7 +32,7 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "
 def model_of(kind: str, lora: dict | None = None, layers: int = 4):
     """A model in training with TRL's fused output layer, as the trainer has it."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, num_hidden_layers=layers, head_dim=8, pad_token_id=0, **SHAPE)
+    config = AutoConfig.for_model(kind, num_hidden_layers=layers, head_dim=8, pad_token_id=0, **SHAPE | EXPERTS)
     model = AutoModelForCausalLM.from_config(config).train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     return model if lora is None else get_peft_model(model, LoraConfig(target_modules="all-linear", **lora))
@@ -70,6 +71,13 @@ def test_activations_are_the_tensors_that_autograd_keeps(kind, lora, precision):
     assert found == really_kept(model, batch, precision) > 100_000
     assert all(map(torch.equal, before, model.parameters()))
     assert len(base_of(model).model.layers) == 4
+
+
+def test_experts_are_counted_too():
+    model, batch = model_of("qwen3_moe"), padded(ROWS["nested"])
+    found, _ = kept_by_autograd(model, batch, "no").peaks(checkpointing=False)
+    numbers_of_rows = 4 * EXPERTS["num_experts"] * 4  # in int32, which only the real kernel keeps, in each layer
+    assert found == really_kept(model, batch) - numbers_of_rows
 
 
 def test_a_shared_prefix_is_counted_once():
@@ -172,10 +180,12 @@ def test_without_room_for_activations_all_gradients_are_the_peak():
     assert found.gradients == sum(weight.numel() for weight in model.parameters()) * 4 and found.logits == 0
 
 
-def test_a_model_that_cannot_be_counted_says_why_and_trains():
+@pytest.mark.parametrize("stops", [lambda hidden: hidden.nonzero_static(size="a"), lambda hidden: hidden @ torch.ones(7, 7)])
+def test_a_model_that_cannot_be_counted_says_why_and_trains(stops, caplog):
     model = model_of("llama")
-    model.model.layers[0].forward = lambda *_, **__: torch.ones(1, requires_grad=True).nonzero_static(size="a")
+    model.model.layers[0].forward = lambda hidden, **_: stops(hidden)
     found = estimate(trainer_of(model), padded(ROWS["nested"]))
+    assert not caplog.records
     assert str(found).startswith("at least") and "cannot be counted: " in str(found) and found.activations == 0
     assert len(model.model.layers) == 4 and not any(isinstance(w, torch._subclasses.FakeTensor) for w in model.parameters())
 

@@ -10,6 +10,7 @@ from lore.engines.config import ModelSection
 from lore.engines.loading import load_processor
 from lore.rubric.rubric import load_rubric, parse_rubric
 from lore.support.untrusted_json import parse_json
+from lore.train.sft.sft import rows_of_a_book
 
 BOOKS = (None, "books/strict.yaml")
 
@@ -39,11 +40,12 @@ def test_each_pair_is_trained_under_its_own_book(train, data, tiny):
     prompt = {"detail": "full", "max_prompt_tokens": 1000}
     run = train("books", model="text", lora={}, data=data, prompt=prompt, steps=2, batch_size=4)
     rows = datasets.Dataset.from_file(str(run / "data" / "rows.arrow"))
+    assert rows_of_a_book(run, 4) == rows_of_a_book(run, 2) == 4  # a resumed run keeps its order
     tokenizer = load_processor(ModelSection(name=str(tiny.text)))
     assert len(rows) == 15 and set(rows["book"][:]) == set(BOOKS)
     for row in rows:
         text, tier = tokenizer.decode(row["input_ids"]), "L2" if row["book"] else "L3"
-        assert f"- colour-family {tier}, colour: the dominant colour" in text
+        assert f"- {tier} colour-family, colour: the dominant colour" in text
         assert f"colour-family {tier}</reason>" in text and f"<verdict>{tier}</verdict>" in text
     (rejected,) = (parse_json(line) for line in (run / "rejected.jsonl").read_bytes().splitlines())
     assert "p15" in rejected["field"]
