@@ -40,6 +40,14 @@ def launch(config: str, path, *options: str) -> subprocess.CompletedProcess:
     )
 
 
+def launch_script(config: str, script: str, path) -> subprocess.CompletedProcess:
+    """Runs a recipe with a script of tests/ in two CPU processes. FSDP2 needs fsdp_on_cpus.py or a script that imports it."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    command += ["--config_file", f"launch/accelerate/{config}.yaml", "--main_process_port", "0", f"tests/{script}", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+
+
 def losses(folder: RunFolder) -> list[float]:
     return [line["loss"] for line in folder.metrics()]
 
@@ -105,10 +113,8 @@ def test_fsdp2_with_its_shipped_settings_leaves_the_weights_that_one_process_lea
     path.write_text(tiny.recipe("sft", model="text", lora=lora, steps=6))
     one = weights(run_recipe(path))
     (runs / "sft").rename(runs / "one")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
-    command += ["--config_file", "launch/accelerate/fsdp2.yaml", "--main_process_port", "0", "tests/fsdp_on_cpus.py", str(path)]
     for _ in range(2):  # the second time from the sharded checkpoint of step 4
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = launch_script("fsdp2", "fsdp_on_cpus.py", path)
         assert done.returncode == 0, done.stdout + done.stderr
         folder = RunFolder(runs / "sft")
         assert (folder / "checkpoints" / "checkpoint-6" / "pytorch_model_fsdp_0").is_dir()

@@ -1,14 +1,12 @@
 """Every stage that shares prefixes trains as it does on whole rows: one process and two, interrupted or not."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, needs_deepspeed
 from safetensors.torch import load_file
-from test_distributed import launch
+from test_distributed import launch, launch_script
 from test_resume import assert_same, kill_at
 
 from lore.config.stages import load_recipe
@@ -74,7 +72,7 @@ def test_a_vision_model_shares_the_rubric_and_photos_stay_with_their_rows(train,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config, lora", [("cpu2", {"dora": True}), ("zero2", {})])
+@pytest.mark.parametrize("config, lora", [("cpu2", {"dora": True}), ("zero2", {}), ("fsdp2", {}), ("fsdp2", None)])
 def test_two_processes_of_which_one_finds_no_prefix_have_the_losses_of_one_on_whole_rows(tiny, runs, tmp_path, config, lora):
     if config.startswith("zero"):
         needs_deepspeed()
@@ -82,16 +80,14 @@ def test_two_processes_of_which_one_finds_no_prefix_have_the_losses_of_one_on_wh
     options |= {"lr": 3e-3, "gradient_checkpointing": True}
     path = tmp_path / "sft.yaml"
     path.write_text(tiny.recipe("sft", shared_prefix=False, **options))
-    one = losses(run_recipe(path))
+    one = run_recipe(path)
     path.write_text(tiny.recipe("two", shared_prefix=True, **options))
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
-    command += ["--config_file", f"launch/accelerate/{config}.yaml", "--main_process_port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
-    command += ["tests/prefixes_on_one_rank.py", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    done, two = launch_script(config, "prefixes_on_one_rank.py", path), RunFolder(runs / "two")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert all(word in done.stdout for word in ("rank 0: shared", "rank 1: shared", "rank 1: alone"))
-    assert losses(RunFolder(runs / "two")) == pytest.approx(one, abs=1e-4)
+    assert [done.stdout.count(line) for line in ("rank 0: shared", "rank 1: shared", "rank 1: alone")] == [8, 4, 4]
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    expected, found = weights(one), weights(two)
+    assert max((expected[name] - found[name]).abs().max().item() for name in expected) < 1e-4
 
 
 @pytest.mark.slow

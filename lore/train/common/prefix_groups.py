@@ -12,21 +12,26 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from peft import LoraConfig
 
 from lore.support.progress import track
 from lore.train.common.config import TrainSection
-from lore.train.common.shared_prefix import alike, why_not
+from lore.train.common.shared_prefix import alike, avoided_dropout, why_not
 
 TOKEN = np.dtype(np.int32)
 
 
-def group_by_prefix(order: np.ndarray, rows: datasets.Dataset, train: TrainSection, micro_batch: int, config: Any) -> np.ndarray:
+def group_by_prefix(
+    order: np.ndarray, rows: datasets.Dataset, train: TrainSection, micro_batch: int, model: Any, lora: LoraConfig | None
+) -> np.ndarray:
     """Row numbers [steps * batch_size] of `training_order`, arranged within each step, whose micro-batches are neighbors in it.
 
     rows: rendered rows with their `length` and, as `input_ids`, `prompt_ids` or (with photos) `prompt`, what they begin with.
-    config: the model's. The order stays as it is where nothing is shared.
+    lora: of the model's new adapter. The order stays as it is where nothing is shared.
     """
-    shares = train.shared_prefix and not (train.packing or train.padding_free) and why_not(config) is None
+    dropped = avoided_dropout(train.shared_prefix, model, lora)
+    shares = train.shared_prefix and not (train.packing or train.padding_free or dropped) and why_not(model.config) is None
+    # The trainer, which takes the ordered rows, runs the check of the model. Rows stay grouped if only the check refuses.
     if not shares or micro_batch in (1, train.batch_size):
         return order
     begins = rows.data.column(next(name for name in ("input_ids", "prompt_ids", "prompt") if name in rows.column_names))

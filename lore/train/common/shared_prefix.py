@@ -25,6 +25,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+from peft import LoraConfig
 from transformers import AttentionInterface, TrainerCallback
 
 from lore.engines.row_independence import LOW_PRECISION_TOLERANCE, TOLERANCE, base_of, length_rule
@@ -300,16 +301,9 @@ class SharedPrefix(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.active = False
-        if not self.asked:
-            return
-        if self.rows < 2:
-            say("train.shared_prefix: there is nothing to share, because a micro-batch has one row")
-            return
-        if dropout := self.avoided_dropout():
-            say(
-                f"train.shared_prefix: every row is computed whole, because the tokens that rows share would draw their dropout "
-                f"({dropout:g}) once for all rows; true allows it"
-            )
+        if reason := self.turned_off():
+            if self.asked:
+                say(f"train.shared_prefix: {reason}")
             return
         try:
             self.check()
@@ -334,9 +328,8 @@ class SharedPrefix(TrainerCallback):
     def check(self) -> None:
         """Sets `active`. Raises Refused if rows that share a prefix do not get the log-probabilities that they get apart. Runs
         three short forward passes on every process."""
-        self.refuse_by_config()
+        self.join()
         text = self.config.get_text_config()
-        join_attention(text._attn_implementation)
         model, batch = self.trainer.model_wrapped, probe(self.tokenizer, self.trainer.accelerator.device)
         cuda = [self.trainer.accelerator.device] if self.trainer.accelerator.device.type == "cuda" else []
         modes = [(module, module.training) for module in model.modules()]
@@ -364,27 +357,36 @@ class SharedPrefix(TrainerCallback):
         compare(apart, together, laid.attended[-1][2], "log-probabilities")
         compare_gradients(laid, self.trainer.accelerator.device)
 
-    def avoided_dropout(self) -> float:
-        """The largest dropout of the model and its adapter, if auto computes rows whole because of it; otherwise 0."""
-        return largest_dropout(self.trainer.model) if self.asked == "auto" else 0.0
+    def turned_off(self) -> str | None:
+        """Why every row is computed whole, whatever the model can; None if that depends on the model."""
+        if not self.asked:
+            return "it is false"
+        if self.rows < 2:
+            return "there is nothing to share, because a micro-batch has one row"
+        if dropout := avoided_dropout(self.asked, self.trainer.model):
+            return (
+                "every row is computed whole, because the tokens that rows share would draw their dropout "
+                f"({dropout:g}) once for all rows; true allows it"
+            )
+        return None
 
-    def refuse_by_config(self) -> None:
-        """Raises Refused for a model or a trainer whose settings say that it cannot share prefixes."""
+    def join(self) -> None:
+        """Lets the model's attention take layouts. Raises Refused for a model or a trainer whose settings say that it cannot."""
         if reason := why_not(self.config):
             raise Refused(reason)
         if self.trainer.accelerator.state.dynamo_plugin.backend.value.lower() != "no":
             raise Refused("it is compiled, and would be compiled again for every batch")
         if getattr(self.trainer, "aux_loss_enabled", False):
             raise Refused("its load-balancing loss counts the tokens of every row")
+        join_attention(self.config.get_text_config()._attn_implementation)
 
     @contextmanager
     def expected(self) -> Iterator[bool]:
         """In this context prefixes are shared, before the check, unless the settings say that the model cannot. Gives whether they
         are."""
         try:
-            if self.asked and self.rows > 1 and not self.avoided_dropout():
-                self.refuse_by_config()
-                join_attention(self.config.get_text_config()._attn_implementation)
+            if self.turned_off() is None:
+                self.join()
                 self.active = True
         except Refused:
             pass
@@ -394,9 +396,10 @@ class SharedPrefix(TrainerCallback):
             self.active = False
 
 
-def largest_dropout(model: torch.nn.Module) -> float:
-    """Of the model's own layers and of adapters; 0 without any."""
-    return max((module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)), default=0.0)
+def avoided_dropout(asked: bool | Literal["auto"], model: torch.nn.Module, lora: LoraConfig | None = None) -> float:
+    """The largest dropout of the model, its adapter and a new adapter, if auto computes rows whole because of it; otherwise 0."""
+    found = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)] + [lora.lora_dropout if lora else 0.0]
+    return max(found) if asked == "auto" else 0.0
 
 
 def counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:

@@ -26,7 +26,7 @@ from lore.run.dry_pass import Check, dry_pass, together
 from lore.run.run_folder import RunFolder
 from lore.train.common.checkpoint import check_disk, check_gathering, saved_bytes
 from lore.train.judge.rows import shown_messages
-from lore.train.judge.session import Start, parameter_counts
+from lore.train.judge.session import Start, new_lora_parameters
 
 ROWS_FIX = "lower prompt.max_prompt_tokens, leave out the longest pairs"
 PROMPTS_FIX = "lower prompt.max_prompt_tokens"
@@ -70,7 +70,7 @@ def check_training(
         check_positions(model, tokens, f"{what}, with an answer of {answer:,} tokens,", PROMPTS_FIX)
 
     def disk_space() -> None:
-        new = parameter_counts(model, recipe)[0] if section.lora is not None else None
+        new = new_lora_parameters(model, recipe) if section.lora is not None else None
         saved = saved_bytes(model, new, whole=in_full, deepspeed=getattr(args, "deepspeed_plugin", None) is not None)
         watched = getattr(recipe, "watch", None)
         check_disk(recipe.train, folder, saved, steps, processor, best=watched is not None and watched.every > 0)

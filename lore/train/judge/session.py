@@ -79,19 +79,20 @@ def judge_lora(recipe: Any, model: Any) -> LoraConfig | None:
     return peft_config(recipe.model.lora, model, left_out=unseen)
 
 
-def parameter_counts(model: Any, recipe: Any) -> tuple[int, int]:
-    """(trained, total) parameters. The size of a new LoRA is computed from the shapes of the adapted layers."""
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """(trained, total) parameters, whole where DeepSpeed ZeRO-3 shards them."""
     sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
-    total = sum(size for _, size in sizes)
-    lora = recipe.model.lora
-    if lora is None:
-        return sum(size for trained, size in sizes if trained), total
-    config = judge_lora(recipe, model)
+    return sum(size for trained, size in sizes if trained), sum(size for _, size in sizes)
+
+
+def new_lora_parameters(model: Any, recipe: Any) -> int:
+    """Number of parameters that the recipe's new LoRA will train, from the shapes of the layers of a model without it."""
+    lora, config = recipe.model.lora, judge_lora(recipe, model)
     adapters = sum(adapter_size(module, lora.rank, lora.dora) for _, module in adapted_modules(config, model))
     saved = [m for name, m in model.named_modules() if name.endswith(tuple(lora.modules_to_save))]
     once = {id(p): p for module in saved for p in module.parameters()}  # tied embeddings are trained as one weight
     whole = sum(getattr(p, "ds_numel", p.numel()) for p in once.values())
-    return adapters + whole, total + adapters + whole
+    return adapters + whole
 
 
 def complete_model(folder: RunFolder, start: Start) -> None:

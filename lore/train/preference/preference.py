@@ -83,7 +83,7 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
     shuffle = recipe.preferences.pool is None or recipe.preferences.pool.order == "random"
     order = training_order(rows["length"][:], recipe.train.batch_size, steps, recipe.seed, shuffle=shuffle)
     if recipe.stage == "dpo" or recipe.loss != "kto":  # kto pairs prompts with answers of the pass, which have to be unlike
-        order = group_by_prefix(order, rows, recipe.train, args.per_device_train_batch_size, model.config)
+        order = group_by_prefix(order, rows, recipe.train, args.per_device_train_batch_size, model, lora)
     names = FIELDS[recipe.stage]
     columns = ["prompt", *names, "images"] if photos else ["prompt_ids", *(f"{name}_ids" for name in names)]
     trainer = (_DPO if recipe.stage == "dpo" else _KTO)(

@@ -9,6 +9,7 @@ from lore.support.console import Console, Table, Text
 from lore.support.processes import world_size
 from lore.train.common.lora import adapted_line
 from lore.train.common.trainer import micro_batch
+from lore.train.judge.session import parameter_counts
 from lore.train.preference.config import DPORecipe, PreferenceRecipe
 from lore.train.preference.rows import FIELDS
 
@@ -28,7 +29,7 @@ def overview(recipe: PreferenceRecipe, rows: Any, trainer: Any, steps: int) -> d
     ids, sources, lengths = rows["pair_id"][:], Counter(rows["source"][:]), rows["length"][:]
     per_pair = Counter(Counter(ids).values())
     micro, passes = micro_batch(recipe.train)
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    trained, _ = parameter_counts(trainer.model)
     tiers = Counter(rows["tier"][:])
     found = {
         "preferences": f"{len(rows):,} of {len(set(ids)):,} pairs ("

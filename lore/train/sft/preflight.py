@@ -4,7 +4,6 @@ Stops a run if the loss covers no token or every token. The supervised share and
 they show exactly what the model is trained on.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +14,11 @@ from lore.support.errors import LoreError
 from lore.support.processes import world_size
 from lore.train.common.arrow_rows import IGNORE
 from lore.train.common.lora import adapted_line
-from lore.train.common.memory import estimate, shape_of
+from lore.train.common.memory import estimate
 from lore.train.common.shared_prefix import SharedPrefix
 from lore.train.common.trainer import micro_batch
 from lore.train.judge.collator import PhotoCollator
+from lore.train.judge.session import parameter_counts
 from lore.train.sft.config import SFTRecipe
 
 SAMPLE_ROWS = 64
@@ -39,8 +39,7 @@ def preflight(recipe: SFTRecipe, rows: Any, model: Any, processor: Any, steps: i
     reasoned = sum(rows["reasoned"][:])
     verdicts = "" if reasoned or recipe.prompt.order == "answer_only" else "; training on the verdict alone"
     micro, passes = micro_batch(recipe.train)
-    sizes = [(weight.requires_grad, math.prod(shape_of(weight))) for weight in model.parameters()]
-    trainable, total = sum(size for trained, size in sizes if trained), sum(size for _, size in sizes)
+    trainable, total = parameter_counts(model)
     limit = recipe.prompt.max_prompt_tokens
     lines = {
         "rows": f"{len(rows):,}" + (f" in {sequences:,} sequences" if sequences != len(rows) else ""),

@@ -69,7 +69,7 @@ def run(recipe: SFTRecipe, folder: RunFolder) -> None:
     books = None if recipe.train.packing else [book or "" for book in data["book"][:]]
     micro = args.per_device_train_batch_size
     order = training_order(data["length"][:], recipe.train.batch_size, steps, recipe.seed, repeats, groups=books, run=drawn)
-    order = group_by_prefix(order, data, recipe.train, micro, model.config)
+    order = group_by_prefix(order, data, recipe.train, micro, model, lora)
     columns = ["prompt", "completion", "images"] if vision else ["input_ids", "labels"]
     columns += ["seq_lengths"] if recipe.train.packing else []
     trainer = SFTTrainer(

@@ -4,8 +4,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from transformers import LlamaConfig, MistralConfig
 
 from lore.train.common.batch_order import training_order
@@ -67,26 +69,31 @@ def test_every_row_comes_once_and_the_order_depends_on_the_rows_alone(paths, siz
 
 
 @pytest.mark.parametrize(
-    "options, config, arranged",
+    "options, config, dropout, arranged",
     [
-        ({}, LLAMA, True),
-        ({"shared_prefix": True}, LLAMA, True),
-        ({"shared_prefix": False}, LLAMA, False),
-        ({"padding_free": True}, LLAMA, False),
-        ({}, MistralConfig(sliding_window=64, attn_implementation="sdpa"), False),
+        ({}, LLAMA, {}, True),
+        ({"shared_prefix": True}, LLAMA, {}, True),
+        ({"shared_prefix": False}, LLAMA, {}, False),
+        ({"padding_free": True}, LLAMA, {}, False),
+        ({}, MistralConfig(sliding_window=64, attn_implementation="sdpa"), {}, False),
+        ({}, LLAMA, {"new": 0.1}, False),
+        ({}, LLAMA, {"loaded": 0.1}, False),
+        ({"shared_prefix": True}, LLAMA, {"new": 0.1, "loaded": 0.1}, True),
     ],
-    ids=["auto", "true", "false", "padding_free", "a model with a window"],
+    ids=["auto", "true", "false", "padding_free", "a model with a window", "new dropout", "dropout", "true with dropout"],
 )
 @pytest.mark.parametrize("column", ["input_ids", "prompt_ids", "prompt"])
-def test_the_rows_of_a_step_stay_in_it(column, options, config, arranged):
+def test_the_rows_of_a_step_stay_in_it(column, options, config, dropout, arranged):
     made = judged(4, 2, 5)
     lengths = [len(row) for row in made]
     begins = ["".join(map(chr, row)) for row in made] if column == "prompt" else pa.array(made, pa.list_(pa.int32()))
     rows = datasets.Dataset(pa.table({column: begins, "length": lengths}))
     train = TrainSection(steps=6, batch_size=16, micro_batch_size=4, **options)
     order = training_order(lengths, 16, 6, 0)
-    found = group_by_prefix(order, rows, train, 4, config)
+    model, lora = torch.nn.Sequential(torch.nn.Dropout(dropout.get("loaded", 0))), LoraConfig(lora_dropout=dropout.get("new", 0))
+    model.config = config
+    found = group_by_prefix(order, rows, train, 4, model, lora)
     assert (np.sort(found.reshape(6, 16)) == np.sort(order.reshape(6, 16))).all()
     assert (tokens(made, found.tolist(), 4) < 0.7 * tokens(made, order.tolist(), 4)) == arranged
     assert arranged or (found == order).all()
-    assert (group_by_prefix(order, rows, train, 16, config) == order).all()  # one micro-batch a step
+    assert (group_by_prefix(order, rows, train, 16, model, lora) == order).all()  # one micro-batch a step

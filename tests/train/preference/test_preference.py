@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from run_names import undeclared
 from safetensors.torch import load_file
-from test_distributed import launch
+from test_distributed import launch, launch_script
 from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from lore.config.stages import load_recipe
@@ -256,6 +256,21 @@ def test_a_prefix_that_answers_share_changes_no_loss(recipe, tiny, stage, kind, 
     assert any(layout is not None and len(layout.ids) < 0.8 * tokens for tokens, layout in seen[2:])  # behind those of the check
     for name in ("loss", "rewards/chosen", "logps/rejected"):
         assert [line[name] for line in found[1]] == pytest.approx([line[name] for line in found[0]], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_dpo_under_fsdp2_where_one_process_finds_no_prefix_has_the_losses_of_one_on_whole_rows(recipe, runs, tiny):
+    model = {"name": str(tiny.text), "lora": {"rank": 4}}
+    train = {"lr": 1e-3, "save_every": 0, "micro_batch_size": 4}
+    one = run_recipe(recipe("one", model=model, train=train | {"shared_prefix": False}))
+    path = recipe("two", model=model, train=train | {"shared_prefix": True, "gradient_checkpointing": True})
+    done, two = launch_script("fsdp2", "prefixes_on_one_rank.py", path), RunFolder(runs / "two")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [done.stdout.count(line) for line in ("rank 0: shared", "rank 1: shared", "rank 1: alone")] == [8, 4, 4]
+    for name in ("loss", "rewards/chosen", "logps/rejected"):
+        assert [line[name] for line in two.metrics()] == pytest.approx([line[name] for line in one.metrics()], rel=1e-4, abs=1e-4)
+    expected, found = weights(one), weights(two)
+    assert max((expected[name] - found[name]).abs().max().item() for name in expected) < 1e-4
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ from lore.rubric.rubric import load_rubric
 from lore.support.errors import LoreError
 from lore.train.common.arrow_rows import IGNORE
 from lore.train.judge.rows import sft_row
-from lore.train.judge.session import judge_lora, parameter_counts
+from lore.train.judge.session import judge_lora, new_lora_parameters, parameter_counts
 from lore.train.sft.preflight import collated, masked_text, preflight
 
 RUBRIC = load_rubric("shop")
@@ -105,6 +105,7 @@ def test_trained_parameters_are_counted_as_peft_makes_them(tiny, tmp_path, kind,
     path.write_text(tiny.recipe("a", model=kind, lora=lora))
     recipe = load_recipe(path)
     model = load_model(recipe.model, device="cpu", for_training=True)
-    expected = parameter_counts(model, recipe)
+    expected = new_lora_parameters(model, recipe)
     adapted = get_peft_model(model, judge_lora(recipe, model))
-    assert expected == adapted.get_nb_trainable_parameters()
+    assert parameter_counts(adapted) == adapted.get_nb_trainable_parameters()
+    assert parameter_counts(adapted)[0] == expected
