@@ -34,11 +34,11 @@ from lore.support.untrusted_json import parse_object
 CATALOGUE_SHARE, RULES_SHARE = 0.45, 0.35  # of the corpus; the rest is the search log
 EXAMPLES_PER_TEXT = 6
 MOST_EDITS = 30  # of the book above the worked examples
-LOOKUPS = 0.6  # of a corpus that teaches to read rule books: its first texts
+LOOKUPS = 0.32  # of a corpus that teaches to read rule books: its first texts
 FEW_RULES = 4  # in a lookup at the beginning: from many rules at once a small model learns nothing
-FEW_RULES_SHARE = 0.75  # of the lookups; then their number grows to the whole book
+FEW_RULES_SHARE = 0.8  # of the lookups; then their number grows to the whole book
 LOOKUP_ROUNDS = 4  # in which each rule of a lookup is asked for once
-WHOLE_BOOKS = 0.08  # share of the texts with examples that begin with a judge's whole instructions
+WHOLE_BOOKS = 0.02  # share of the texts with examples that begin with a judge's whole instructions
 WHOLE_EXAMPLES = 12  # of such a text, at most
 LIMIT = re.compile(r"( = [^|(]+)(?= [|(])")  # what with_limits adds to a demand
 DRAWS_PER_RULE = 5  # of the examples of a text

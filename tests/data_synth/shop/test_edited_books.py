@@ -133,7 +133,7 @@ def test_worked_examples_carry_loss_on_limits_rules_and_tiers_that_the_rules_abo
 def test_a_corpus_for_changed_rules_begins_with_lookups_that_grow_from_a_few_rules_to_the_whole_book():
     texts = list(corpus_texts(World(0, photos=0, limits=True), 400))
     counts = []
-    for row in texts[:240]:
+    for row in texts[:128]:
         lines, _, asked = row["text"].removesuffix("</rules><|im_end|>\n").partition("<|im_end|>\n<rules>")
         stated = {rule: tier for _, tier, rule in (line.split() for line in lines.splitlines()[1:])}
         answers = [answer.split() for answer in asked.rstrip(";").split(";")]
@@ -141,7 +141,7 @@ def test_a_corpus_for_changed_rules_begins_with_lookups_that_grow_from_a_few_rul
         assert all(SEALED_TIERS.get(rule) != tier for rule, tier in stated.items())
         assert [row["text"][span["start"] : span["end"]].strip() for span in row["trained"]] == [tier for _, tier in answers]
         counts.append(len(stated))
-    assert max(counts[:180]) <= 4 and len(set(counts[:180])) > 1 and max(counts[-10:]) > 25 and max(counts) <= len(SHOP.rules)
-    assert sum("</rules>" in row["text"] for row in texts[240:]) < 160
+    assert max(counts[:102]) <= 4 and len(set(counts[:102])) > 1 and max(counts[-8:]) > 20 and max(counts) <= len(SHOP.rules)
+    assert sum("</rules>" in row["text"] for row in texts[128:]) < 272
     plain = list(corpus_texts(World(0, photos=0), 20))
     assert all("<rules> " not in row["text"] for row in plain)
