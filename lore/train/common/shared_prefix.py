@@ -411,7 +411,7 @@ def why_not(config: Any) -> str | None:
     """Why a model with this config cannot share prefixes, as far as the config says it."""
     text = config.get_text_config()
     if text._attn_implementation not in AttentionInterface():
-        return f"its attention ({text._attn_implementation}) is not in transformers' attention interface; sdpa is, in models that have it"
+        return f"its attention ({text._attn_implementation}) is not in transformers' attention interface, as sdpa is"
     if length_rule(text) is not None:
         return "its numbers depend on the longest row of a batch"
     window = attention_window(text)
