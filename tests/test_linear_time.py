@@ -244,6 +244,7 @@ UNTIMED = {
     "lore.codec.lexical_match.function_words": OWN,
     "lore.codec.prompt._template": OWN,
     "lore.codec.prompt._messages": "joins texts",
+    "lore.data.importers.table.may_name": "looks for a name of its own in a file's first megabyte",
     "lore.data.photo_places.stay_elsewhere": "a sentence around two paths",
     "lore.codec.sanitize._written_markers": OWN,
     "lore.codec.sanitize._markers_around": OWN,

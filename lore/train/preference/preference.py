@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
-from peft.utils import ModulesToSaveWrapper
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
@@ -97,8 +96,12 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         peft_config=lora,
         callbacks=callbacks(recipe),
     )
-    if trainer.is_fsdp_enabled:
-        check_fsdp(recipe.stage, trainer.model, in_full)
+    if trainer.is_fsdp_enabled and in_full:
+        raise LoreError(
+            f"stage {recipe.stage} trains every weight, and its reference model does not get its weights under FSDP.\n"
+            "Launch with launch/accelerate/zero3.yaml, or train LoRA (model.lora).",
+            same_on_every_rank=True,
+        )
     answers = args.per_device_train_batch_size * (2 if recipe.stage == "dpo" else 1)  # both of a pair
     SharedPrefix(trainer, recipe.train.shared_prefix, getattr(processor, "tokenizer", processor), answers)
     if "images" in rows.column_names and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
@@ -117,17 +120,6 @@ def run(recipe: PreferenceRecipe, folder: RunFolder) -> None:
         summary |= {"loss": last["loss"], **seen}
         folder.finish(
             {**summary, "margin": last.get("rewards/margins"), "train_seconds": round(seconds, 2), "model": str(folder / "model")}
-        )
-
-
-def check_fsdp(stage: str, model: Any, in_full: bool) -> None:
-    """Raises LoreError for what FSDP2 does not train as one process does: a reference model of every weight, whole modules of an
-    adapter."""
-    if in_full or any(isinstance(module, ModulesToSaveWrapper) for module in model.modules()):
-        what = "every weight" if in_full else "an adapter with modules_to_save"
-        raise LoreError(
-            f"stage {stage} trains {what}, which under FSDP gets other gradients than in one process.\n"
-            "Launch with launch/accelerate/zero3.yaml, or train a LoRA adapter without modules_to_save."
         )
 
 

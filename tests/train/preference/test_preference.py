@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
-from peft import LoraConfig, get_peft_model
 from run_names import undeclared
 from safetensors.torch import load_file
 from test_distributed import launch, launch_script
-from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM
+from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM
 
 from lore.config.stages import load_recipe
 from lore.data.parquet import read_pairs
@@ -30,7 +29,6 @@ from lore.support.errors import LoreError
 from lore.train.common import shared_prefix
 from lore.train.common.shared_prefix import lay_out
 from lore.train.pool.pool import POOL_SCHEMA
-from lore.train.preference.preference import check_fsdp
 
 RUBRIC = load_rubric("shop")
 TIERS = RUBRIC.tier_ids
@@ -273,19 +271,6 @@ def test_dpo_under_fsdp2_where_one_process_finds_no_prefix_has_the_losses_of_one
         assert [line[name] for line in two.metrics()] == pytest.approx([line[name] for line in one.metrics()], rel=1e-4, abs=1e-4)
     expected, found = weights(one), weights(two)
     assert max((expected[name] - found[name]).abs().max().item() for name in expected) < 1e-4
-
-
-@pytest.mark.parametrize("saved", [None, ["lm_head"]], ids=["lora", "modules_to_save"])
-def test_what_fsdp_trains_otherwise_than_one_process_is_refused(tiny, saved):
-    base = AutoModelForCausalLM.from_pretrained(tiny.text)
-    with pytest.raises(LoreError, match="stage dpo trains every weight(?s:.*)zero3"):
-        check_fsdp("dpo", base, True)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=saved))
-    if saved is None:
-        check_fsdp("dpo", model, False)
-    else:
-        with pytest.raises(LoreError, match="stage kto trains an adapter with modules_to_save"):
-            check_fsdp("kto", model, False)
 
 
 @pytest.mark.long
