@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from peft.utils import ModulesToSaveWrapper
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
