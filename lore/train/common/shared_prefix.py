@@ -34,7 +34,7 @@ from lore.support.allocator import give_back_freed_memory
 from lore.support.errors import LoreError
 from lore.support.processes import say
 from lore.train.common.arrow_rows import IGNORE
-from lore.train.common.trl_internals import fused_inputs, fused_logps, fused_pass, per_token_fields
+from lore.train.common.trl_internals import fused_inputs, fused_logps, fused_pass, gather_output_layer, per_token_fields
 
 INPUT = "shared_prefix"  # keyword argument by which a layout reaches the attention
 SHARED_INPUTS = {"input_ids", "attention_mask", "position_ids", "use_cache"}  # a batch with others is computed whole
@@ -493,6 +493,7 @@ def log_probs_at_labels(base: Any, sharing: SharedPrefix) -> None:
         batch, labels = asked
         labeled = labels[:, 1:] != IGNORE
         rows, columns = labeled.nonzero(as_tuple=True)
+        gather_output_layer(self)
         if not len(rows):
             return plain(**inputs)
         layout = sharing.layout(batch)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils import ModulesToSaveWrapper
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import SFTConfig
@@ -137,17 +136,6 @@ def refuse_sharding(trainer: Any, model: str) -> None:
         raise LoreError(
             f"The launch configuration shards the weights, and {model} is small enough to be whole on every device; its weights "
             "would not be gathered for a save.\nLaunch with launch/accelerate/ddp.yaml.",
-            same_on_every_rank=True,
-        )
-
-
-def refuse_saved_modules(trainer: Any) -> None:
-    """Raises LoreError for an adapter that trains whole modules under FSDP. Their gradients are not those of one process (the norm
-    of a first step was 2 to 4 percent larger); those of LoRA and of every weight are."""
-    if trainer.is_fsdp_enabled and any(isinstance(module, ModulesToSaveWrapper) for module in trainer.model.modules()):
-        raise LoreError(
-            "The adapter trains whole modules (modules_to_save), which under FSDP get other gradients than in one process.\n"
-            "Launch with launch/accelerate/zero3.yaml, or train LoRA without modules_to_save.",
             same_on_every_rank=True,
         )
 
@@ -306,7 +294,6 @@ def train(trainer: Any, recorder: Recorder, folder: RunFolder, recipe: TrackedRe
     uses one learning rate and no trackers. Raises LoreError if a frozen weight changes, or if the checkpoint's
     files would run code that is not the trainer's."""
     recorder.trainer = trainer
-    refuse_saved_modules(trainer)
     whole_layers_in_float32(trainer)
     scale_rates(trainer, recipe.train.lr_factors if recipe else {})
     frozen = FrozenWeights(trainer)

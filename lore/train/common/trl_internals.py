@@ -21,6 +21,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from trl.distributed import DistributedBackend
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
@@ -490,6 +491,18 @@ def fused_inputs(options: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]
 def fused_pass(forward: Callable[..., Any], batch: dict[str, Any], next_labels: torch.Tensor) -> Any:
     """TRL's output of a forward pass whose hidden states [1, N] belong to the labels [1, N] of the tokens after them."""
     return forward(**batch, shift_labels=next_labels, fused_lm_head=True)
+
+
+def gather_output_layer(base: Any) -> None:
+    """Makes the weights of the output layer whole before a `fused_pass`; the backward pass shards them again.
+
+    FSDP2 makes a trained copy of the layer (modules_to_save) a unit of its own, which gathers its weights when the layer is called.
+    The fused output layer reads the weights without a call and would gather them itself, so that each process would keep the
+    gradient of its own rows alone.
+    """
+    for module in base.get_output_embeddings().modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
 
 
 def before_labels(hidden: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:

@@ -1,12 +1,10 @@
 """Which modules a new adapter gets, and embeddings that share one weight."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -25,7 +23,6 @@ from lore.engines.loading import is_vision, load_model, load_processor, photo_pa
 from lore.run.runner import run_recipe
 from lore.support.errors import LoreError
 from lore.train.common.lora import adapted_line, adapted_modules, peft_config
-from lore.train.common.trainer import refuse_saved_modules
 from lore.train.export import export
 
 
@@ -164,15 +161,3 @@ def test_an_adapter_on_shared_embeddings_from_elsewhere_scores_as_trained_and_is
     np.testing.assert_allclose(engine.model(ids).logits.detach(), adapted(ids).logits.detach(), atol=1e-6)
     with pytest.raises(LoreError, match="changes model.embed_tokens, and the base's input and output embeddings share one weight"):
         load_model(section, device="cpu", for_training=True)
-
-
-@pytest.mark.parametrize(("fsdp", "saved"), [(True, ["lm_head"]), (True, None), (False, ["lm_head"])])
-def test_whole_modules_of_an_adapter_are_refused_under_fsdp(tiny, fsdp, saved):
-    lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=saved)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny.text), lora)
-    trainer = SimpleNamespace(model=model, is_fsdp_enabled=fsdp)
-    if fsdp and saved:
-        with pytest.raises(LoreError, match=r"modules_to_save(?s:.*)zero3.yaml"):
-            refuse_saved_modules(trainer)
-    else:
-        refuse_saved_modules(trainer)
