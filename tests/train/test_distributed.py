@@ -45,6 +45,8 @@ def launch_script(config: str, script: str, path) -> subprocess.CompletedProcess
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
     command += ["--config_file", f"launch/accelerate/{config}.yaml", "--main_process_port", "0", f"tests/{script}", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if config.startswith("zero"):  # as `lore launch` does; accelerate's FSDP2 refuses CPUs
+        environment |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
 
 
