@@ -61,7 +61,7 @@ quickstart: $(QUICKSTART_STAMP)
 	$(TRAIN) recipes/quickstart/pretrain.yaml
 	$(TRAIN) recipes/quickstart/sft.yaml
 	$(BIN)/lore run recipes/quickstart/eval.yaml
-	$(TRAIN) recipes/quickstart/distill.yaml
+	$(BIN)/lore run recipes/quickstart/distill.yaml
 	$(BIN)/lore serve online recipes/quickstart/online.yaml --try $(or $(LORE_RUNS),runs)/quickstart/world/pairs/test.parquet
 
 lint: install
