@@ -26,10 +26,6 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 QUICKSTART_STAMP := $(firstword $(wildcard $(VENV)/.installed-*) $(VENV)/.installed-cpu)
 
-# How the quickstart trains: in one process on a GPU or a single core, otherwise in two, which take less time than two threads of one,
-# because much of a step of its small models is Python.
-TRAIN := $(BIN)/lore $(if $(or $(shell command -v nvidia-smi),$(filter 1,$(shell nproc 2>/dev/null))),run,launch --config cpu2)
-
 .PHONY: install test slow long quickstart lint clean
 
 install: $(STAMP)
@@ -56,12 +52,8 @@ slow: install
 long: install
 	$(BIN)/python -m pytest -m long
 
-quickstart: export PYTHONDONTWRITEBYTECODE =
 quickstart: $(QUICKSTART_STAMP)
-	$(TRAIN) recipes/quickstart/pretrain.yaml
-	$(TRAIN) recipes/quickstart/sft.yaml
-	$(BIN)/lore run recipes/quickstart/eval.yaml
-	$(BIN)/lore run recipes/quickstart/distill.yaml
+	PYTHONDONTWRITEBYTECODE= $(BIN)/lore run recipes/quickstart/eval.yaml recipes/quickstart/distill.yaml
 	$(BIN)/lore serve online recipes/quickstart/online.yaml --try $(or $(LORE_RUNS),runs)/quickstart/world/pairs/test.parquet
 
 lint: install
