@@ -40,7 +40,7 @@ from lore.support.processes import is_main_process, say, world_size
 from lore.train.common.arrow_rows import IGNORE, IMAGE, rendered_rows, write_rows
 from lore.train.common.batch_order import training_order
 from lore.train.common.checkpoint import check_disk, save_weights, saved_bytes
-from lore.train.common.trainer import Recorder, set_steps, sft_arguments, total_steps, train
+from lore.train.common.trainer import Recorder, refuse_sharding, set_steps, sft_arguments, total_steps, train
 from lore.train.judge.collator import any_photo, gray_photo
 from lore.train.pretrain.config import ArchitectureSection, PretrainRecipe
 
@@ -101,6 +101,7 @@ def run(recipe: PretrainRecipe, folder: RunFolder) -> None:
         processing_class=processor,
         data_collator=collator,
     )
+    refuse_sharding(trainer, "a base model from scratch")
     train(trainer, recorder, folder, recipe)
     save_weights(trainer, folder / "model")
     if is_main_process():
